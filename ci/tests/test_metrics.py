@@ -1,0 +1,36 @@
+"""Counts against hand calculations."""
+
+import timm
+import torch
+from torch import nn
+
+from helpers import metrics
+
+
+def test_multiply_adds_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 36, 10))
+    x = torch.zeros(2, 3, 6, 6)
+    assert metrics.macs(model, x) == 2 * (36 * 8 * 27 + 8 * 36 * 10)
+    counts = metrics.layer_macs(model, x)
+    assert counts == {"": metrics.macs(model, x), "0": 2 * 36 * 8 * 27, "2": 2 * 8 * 36 * 10}
+
+
+def test_counting_leaves_the_mode_and_the_statistics():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).train()
+    metrics.macs(model, torch.ones(2, 1, 3, 3))
+    assert model.training
+    assert model[1].num_batches_tracked == 0
+
+
+def test_a_known_network_on_the_meta_device():
+    with torch.device("meta"):
+        model = timm.create_model("resnet50")
+        counted = metrics.macs(model, torch.empty(1, 3, 224, 224))
+    assert 4.08e9 < counted < 4.12e9  # the 4.1 G of the ResNet literature
+    assert metrics.parameters(model) == 25_557_032
+
+
+def test_a_shared_parameter_counts_once():
+    first, second = nn.Linear(4, 3), nn.Linear(4, 3)
+    second.weight = first.weight
+    assert metrics.parameters(nn.Sequential(first, second)) == 12 + 3 + 3

@@ -1,0 +1,30 @@
+"""Data: small sets that come with the installed wheels, and readers of the real formats on disk.
+
+One module per kind of data, loaded when a name is first used, so that importing this is free.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "photos": "photographs",
+    "Digits": "digits",
+    "DigitsOnPhotos": "digits",
+    "mnist": "digits",
+    "cifar10": "cifar",
+    "image_folder": "folders",
+    "labelled": "labelled",
+}
+
+
+def __getattr__(name: str):
+    """Fetch a public name from the module that defines it (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOME[name]}")
+    value = getattr(module, name)
+    globals()[name] = value  # the next look-up is direct
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

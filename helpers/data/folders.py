@@ -1,0 +1,35 @@
+"""Folders of labelled pictures in ImageNet's layout, read by timm."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+
+def image_folder(root: str | Path, split: str, transform: Callable | None = None) -> Dataset:
+    """(image, label) pairs of `root`/`split`/<class>/*, or of a tar `root`/`split`.tar of those.
+
+    Labels number the classes in sorted order, as torchvision's ImageFolder does; but where all
+    classes are WordNet ids of ImageNet-1k they keep their index there, so that a part of the data
+    set is labelled like the whole.
+    Raises FileNotFoundError with the expected layout.
+    """
+    from timm.data import ImageNetInfo, create_dataset
+
+    folder, archive = Path(root) / split, Path(root) / f"{split}.tar"
+    if not folder.is_dir() and not archive.is_file():
+        raise FileNotFoundError(
+            f"no pictures in {folder}; expected {folder}/<class>/*.JPEG or {archive} "
+            "(ImageNet-1k: https://image-net.org/download.php, validation pictures sorted into "
+            "one folder per WordNet id)"
+        )
+    place = folder if folder.is_dir() else archive
+    try:
+        dataset = create_dataset("", root=str(place), search_split=False)
+    except RuntimeError as error:  # timm's "Found 0 images"
+        raise FileNotFoundError(f"{place} has no <class>/*.JPEG: {error}") from None
+    imagenet = {name: index for index, name in enumerate(ImageNetInfo().label_names())}
+    if dataset.reader.class_to_idx.keys() <= imagenet.keys():
+        dataset = create_dataset("", root=str(place), search_split=False, class_map=imagenet)
+    dataset.transform = transform
+    return dataset
