@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# threads that spin while they wait starve each other as soon as the machine is busy
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: reproduce test lab bench pins format clean
 

@@ -1,5 +1,6 @@
 """Latency and peak memory on CPU and CUDA, thin over torch.utils.benchmark."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,9 +58,9 @@ def compare(
 
     seconds: for each contender, all rounds together. A ratio above 1 means faster than `baseline`.
     """
-    from torch.utils.benchmark import (
-        Timer,
-    )  # it looks for a CUDA compiler, and warns, when imported
+    # importing it looks for a CUDA compiler and warns on machines that have one and no GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Timer
 
     if baseline not in contenders:
         raise ValueError(f"baseline {baseline!r} is not one of {sorted(contenders)}")

@@ -40,7 +40,7 @@ class Claims:
     ...              measured="+0.4", holds=1.4 - 1.0 > 0)
     'reproduced'
     >>> claims.show()
-    C1  reproduced      a - b > 0
+    C1  reproduced  a - b > 0
     """
 
     def __init__(self, notebook: str):
@@ -92,9 +92,10 @@ class Claims:
 
     def show(self) -> None:
         """Print one line a claim: id, verdict, criterion. The same on every machine."""
-        width = max((len(row.id) for row in self.rows), default=0)
+        first = max((len(row.id) for row in self.rows), default=0)
+        second = max((len(row.verdict) for row in self.rows), default=0)
         for row in self.rows:
-            print(f"{row.id:<{width}}  {row.verdict:<{len(NOT_REPRODUCED)}}  {row.criterion}")
+            print(f"{row.id:<{first}}  {row.verdict:<{second}}  {row.criterion}")
 
     def to_text(self) -> str:
         """The table as plain text, one claim a line."""

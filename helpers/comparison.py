@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import matplotlib.pyplot as plt
 import torch
@@ -71,14 +72,22 @@ class Comparison:
             lead = "" if name == first else self.lead(first, name, target)
             print(f"{target:>6}  {name:<20} {cost:<14} {top1:<12} {lead}")
 
-    def draw(self, uncompressed: float, scattered: Sequence[str] = ()) -> Figure:
-        """Accuracy over cost, a line for each method but the scattered ones; a star for the full
-        network's accuracy [%]."""
+    def draw(self, uncompressed: float, highlight: str, scattered: Sequence[str] = ()) -> Figure:
+        """Accuracy over cost: a line for each method through the means of its repeats.
+
+        uncompressed: accuracy of the full network [%], a star. highlight: the thick line.
+        scattered: methods without a line, one point for each row.
+        """
         figure, axis = plt.subplots(figsize=(7.5, 4.2))
         for name in dict.fromkeys(row.name for row in self.rows):
-            points = sorted((row.cost, row.top1) for row in self.rows if row.name == name)
-            look = {"ls": "none", "alpha": 0.4} if name in scattered else {"ls": "-"}
-            axis.plot(*zip(*points, strict=True), "o", label=name, color=color(name), **look)
+            mine = [row for row in self.rows if row.name == name]
+            groups = [[row] for row in mine]
+            look = {"ls": "none", "alpha": 0.45, "zorder": 1}
+            if name not in scattered:
+                groups = [self.of(name, target) for target in {row.target for row in mine}]
+                look = {"lw": 3.5, "ms": 8, "zorder": 3} if name == highlight else {"lw": 1.3}
+            points = sorted((fmean(r.cost for r in g), fmean(r.top1 for r in g)) for g in groups)
+            axis.plot(*zip(*points, strict=True), marker="o", label=name, color=color(name), **look)
         axis.plot(1, uncompressed, "*", ms=12, color=color("uncompressed"), label="uncompressed")
         axis.set(xlabel="cost (share of the full multiply-adds)", ylabel="top-1 accuracy [%]")
         axis.legend(fontsize=8)

@@ -78,15 +78,16 @@ def draw_tradeoff(
 ) -> Figure:
     """One point a method: mean and deviation of a key over a cost.
 
-    Points of (almost) equal cost are moved apart a little.
+    Points of equal cost are moved apart a little.
     """
     figure, axis = plt.subplots(figsize=(7, 3.4))
-    places = {label: fmean(run[cost] for run in runs) for label, runs in results.items()}
-    shift = 0.015 * ((max(places.values()) - min(places.values())) or 1)
+    places = [fmean(run[cost] for run in runs) for runs in results.values()]
+    shift = 0.015 * ((max(places) - min(places)) or 1)
     for i, (label, runs) in enumerate(results.items()):
         values = [run[key] for run in runs]
         options = {"fmt": "o", "capsize": 3, "color": color(label), "label": label}
-        axis.errorbar(places[label] + i * shift, fmean(values), pstdev(values), **options)
+        place = places[i] + shift * places[:i].count(places[i])
+        axis.errorbar(place, fmean(values), pstdev(values), **options)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.legend(fontsize=8)
     return figure

@@ -117,7 +117,7 @@ def _above_smoke(name: str, profile: str) -> str:
     if not runs:
         return "not run yet"
     shortened = sorted({k for run in runs for k in run["overrides"] if k != "seed"})
-    note = f"; shortened by `{'`, `'.join(shortened)}`" if shortened else ""
+    note = f"; with other `{'`, `'.join(shortened)}`" if shortened else ""
     link = (
         f"[{verdict_counts([run['claims'] for run in runs])}](data/results/{name}.{profile}.json)"
     )

@@ -45,7 +45,7 @@ def tome(tokens: int, depth: int, r: float) -> Schedule:
 
 def monotone(tokens: int, draws: Sequence[float], r: float) -> Schedule:
     """Falling counts from falling draws in (0, 1), two per block after the first."""
-    counts = [round(2 + (tokens - 2) * draw ** (4 * r / tokens)) for draw in draws]
+    counts = [round(2 + (tokens - 2) * draw ** (20 * r / tokens)) for draw in draws]
     return [(tokens, tokens), *zip(counts[::2], counts[1::2], strict=True)]
 
 

@@ -79,8 +79,9 @@ def paint_groups(image: Tensor, row: Tensor, scale: int = 8) -> Tensor:
     picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     fine = fine.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     edge = torch.zeros_like(fine, dtype=torch.bool)
-    edge[1:] |= fine[1:] != fine[:-1]
-    edge[:, 1:] |= fine[:, 1:] != fine[:, :-1]
+    for shift in (1, 2):  # two pixels wide, to survive being shown smaller
+        edge[shift:] |= fine[shift:] != fine[:-shift]
+        edge[:, shift:] |= fine[:, shift:] != fine[:, :-shift]
     picture[:, edge] = 1.0
     return picture
 
@@ -137,7 +138,7 @@ def draw_gates(candidates: Tensor, gates: dict[str, tuple[Tensor, Tensor, Tensor
     gates: title -> (keep probability [N], mask [N], gradient [K]).
     """
     size = (2.5 * len(gates), 4)
-    figure, axes = plt.subplots(2, len(gates), figsize=size, sharex=True, sharey="row")
+    figure, axes = plt.subplots(2, len(gates), figsize=size, sharex=True)
     for (top, bottom), (title, gate) in zip(axes.T, gates.items(), strict=True):
         probability, mask, gradient = (part.detach().cpu() for part in gate)
         top.plot(probability, label="keep probability")
@@ -146,6 +147,6 @@ def draw_gates(candidates: Tensor, gates: dict[str, tuple[Tensor, Tensor, Tensor
         bottom.plot(candidates, gradient, color="black")
         bottom.axhline(0, color="grey", lw=0.8)
         bottom.set_xlabel("rank / candidate")
-    axes[0, 0].legend(loc="lower left", fontsize=8)
+    axes[0, 0].legend(loc="upper right", fontsize=8)
     axes[1, 0].set_ylabel("gradient of the loss")
     return figure

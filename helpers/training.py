@@ -1,6 +1,7 @@
 """Train and evaluate on accelerate: one process on a CPU or a GPU, or several on many GPUs."""
 
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 CHECK_EVERY = 50  # steps between looks at the losses: a look makes a GPU wait
 
@@ -75,7 +76,7 @@ def fit(
         part = slice(runner.process_index, None, runner.num_processes)
     losses: list[Tensor] = []
     history: list[float] = []
-    with tqdm(total=steps, desc=description, leave=False, disable=None) as bar:
+    with tqdm(total=steps, desc=description, leave=False) as bar:
         for step, (x, y) in zip(range(steps), _cycle(batches), strict=False):
             x, y = (t[part].to(device, non_blocking=True) for t in (x, y))
             with session.autocast():
@@ -197,8 +198,9 @@ def crop_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor
 def launch(notebook: str, function: str, kwargs: dict, processes: int = 1):
     """Call a function of a notebook's `method` cells in 1 or more processes.
 
-    processes > 1: under `accelerate launch`, on as many GPUs, else on the CPU. kwargs and the
-    returned value (of process 0) hold tensors, numbers, strings, lists and dicts only.
+    processes > 1: accelerate's workers, started by torchrun (accelerate's own launcher needs MPI
+    for several processes on a CPU), on as many GPUs, else on the CPU. kwargs and the returned
+    value (of process 0) hold tensors, numbers, strings, lists and dicts only.
     Raises `RuntimeError` with the end of the workers' output when they fail.
     """
     if processes < 1:
@@ -209,12 +211,12 @@ def launch(notebook: str, function: str, kwargs: dict, processes: int = 1):
     with tempfile.TemporaryDirectory() as folder:
         given, returned = Path(folder, "kwargs.pt"), Path(folder, "result.pt")
         torch.save(kwargs, given)
-        command = [sys.executable, "-m", "accelerate.commands.launch"]
-        command += ["--multi_gpu" if on_gpus else "--cpu", "--num_machines", "1"]
-        command += ["--num_processes", str(processes), "--main_process_port", "0"]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module"]
-        command += ["helpers.training", notebook, function, str(given), str(returned)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes), "-m", "helpers.training"]
+        command += [notebook, function, str(given), str(returned)]
+        environment = os.environ | {"ACCELERATE_USE_CPU": str(not on_gpus).lower()}
+        options = {"capture_output": True, "text": True, "check": False, "env": environment}
+        done = subprocess.run(command, **options)
         if done.returncode != 0 or not returned.exists():
             raise RuntimeError(
                 f"{function} failed in {processes} processes (exit code {done.returncode}):\n"
@@ -232,7 +234,7 @@ def _call(notebook: str, function: str, kwargs: dict):
 def _worker(notebook: str, function: str, given: str, returned: str) -> None:
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=os.environ["ACCELERATE_USE_CPU"] == "true")
     result = _call(notebook, function, torch.load(given, weights_only=True))
     if state.is_main_process:
         torch.save(result, returned)

@@ -115,6 +115,7 @@ def _papermill(run: plan.Run, channel):
     os.environ |= {
         "JUPYTER_RUNTIME_DIR": runtime,
         "TQDM_DISABLE": "1",  # a bar that nobody watches is debris in the output
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve other runs
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     # parallel kernels race for TCP ports; sockets in a folder of their own cannot collide

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hypothesis
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+hypothesis.settings.register_profile("here", deadline=None)  # machines differ in speed
+hypothesis.settings.load_profile("here")
+torch.set_num_threads(1)  # small tensors: a second thread only waits
 
 CARD = """# Toy: a notebook for tests
 It adds one to a number and claims that the sum is larger.

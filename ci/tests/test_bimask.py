@@ -20,7 +20,7 @@ B = load("bimask")
 PATTERNS = st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 8), (2, 8), (1, 16), (4, 4)])
 
 
-EASY = settings(deadline=None, max_examples=50)
+EASY = settings(deadline=None, max_examples=25)
 
 
 def draw(*shape, seed=0):
@@ -382,7 +382,7 @@ def test_only_methods_with_sr_ste_decay():
 
 def test_a_transformer_is_converted_in_one_call():
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=12)
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64, num_classes=12)
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     sparse, dense = B.apply_bimask(model, 2, 4, interval=5, keep_dense=["patch_embed", "head"])
     assert sparse == [
@@ -391,7 +391,7 @@ def test_a_transformer_is_converted_in_one_call():
     assert set(dense) == {"patch_embed.proj", "head"}
     assert all(torch.equal(model.state_dict()[k], v) for k, v in weights.items())
     assert len({module.seed for module in masked_layers(model)}) == 8
-    model(draw(1, 3, 224, 224)).sum().backward()
+    model(draw(1, 3, 64, 64)).sum().backward()
     for module in masked_layers(model):
         assert isinstance(module, B.BiMaskLinear)
         assert B.fits_hardware(module.forward_mask, module.backward_mask, module.permutation, 2, 4)
@@ -427,7 +427,7 @@ def test_probe_reference_and_the_empty_mask():
 
 
 def test_a_run_depends_on_its_seed_alone():
-    recipe = {"steps": 4, "batch_size": 16}
+    recipe = {"steps": 3, "batch_size": 16}
     where = {"device": "cpu", "data_root": "", "precision": "fp32"}
 
     def losses(method, seed):
@@ -435,7 +435,7 @@ def test_a_run_depends_on_its_seed_alone():
 
     first = losses("bimask", 0)
     assert losses("bimask", 0) == first
-    assert losses("bimask", 1) != first
+    assert losses("srste", 1)[0] != first[0]
     srste = losses("srste", 0)
     assert srste[0] == first[0]  # the same weights and the same first batch
     assert srste[1:] != first[1:]
@@ -489,9 +489,9 @@ def test_bad_input(call, message):
 
 
 def test_wrong_types():
-    with pytest.raises(TypeError, match="must be bool, got torch.float32"):
+    with pytest.raises(TypeError, match=r"must be bool, got torch\.float32"):
         B.backward_mask(W, W, EIGHT, 2, 4)
     with pytest.raises(TypeError, match="must be bool"):
         B.permutation_scores(W, EIGHT, 2, 4)
-    with pytest.raises(TypeError, match="integers, got torch.float32"):
+    with pytest.raises(TypeError, match=r"integers, got torch\.float32"):
         B.backward_mask(W, W > 0, EIGHT.float(), 2, 4)

@@ -32,7 +32,7 @@ def test_ledger_and_status_table(ledger_folder):
     table = ledger_folder.joinpath("README.md").read_text()
     assert "old" not in table
     assert "2 reproduced, 2 not testable (over 2 runs)" in table
-    assert "shortened by `step`" in table
+    assert "with other `step`" in table
     assert "| Later [2602.00002]" in table
     assert "not yet | not yet | not yet" in table
 

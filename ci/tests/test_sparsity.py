@@ -12,7 +12,7 @@ from torch import nn
 from helpers import sparsity
 from helpers.sparsity import bimask_conv2d, bimask_linear, nm_mask
 
-EASY = settings(deadline=None, max_examples=60)
+EASY = settings(deadline=None, max_examples=30)
 PATTERNS = st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 8), (2, 8), (1, 16), (3, 16), (4, 4)])
 
 

@@ -29,7 +29,7 @@ def image_folder(root: str | Path, split: str, transform: Callable | None = None
     except RuntimeError as error:  # timm's "Found 0 images"
         raise FileNotFoundError(f"{place} has no <class>/*.JPEG: {error}") from None
     imagenet = {name: index for index, name in enumerate(ImageNetInfo().label_names())}
-    if dataset.reader.class_to_idx.keys() <= imagenet.keys():
+    if {Path(file).parent.name for file in dataset.filenames()} <= imagenet.keys():
         dataset = create_dataset("", root=str(place), search_split=False, class_map=imagenet)
     dataset.transform = transform
     return dataset
