@@ -1,7 +1,7 @@
-"""Counting what a model costs; thin over torch's own counter."""
+"""What a model costs, thin over torch's own counter, and how close two images are."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -33,3 +33,40 @@ def layer_macs(model: nn.Module, *inputs) -> dict[str, int]:
 def parameters(model: nn.Module) -> int:
     """Number of trainable and frozen parameters; a shared one counts once."""
     return sum(p.numel() for p in model.parameters())
+
+
+LUMA = (65.738, 129.057, 25.064)  # of R, G, B in 0..255 to Y, in 1/256 (ITU-R BT.601)
+
+
+def psnr(a: Tensor, b: Tensor, peak: float = 255.0, shave: int = 0) -> float:
+    """Peak signal-to-noise ratio [dB] of two image batches (n, c, h, w); infinite when equal.
+
+    All channels, unrounded and unclamped; `shave` pixels are cut off on each side.
+    Raises ValueError when the shapes differ or nothing is left after the cut.
+    """
+    a, b = _inner(a, b, shave)
+    return float(-10 * torch.log10(((a - b).double() / peak).square().mean()))
+
+
+def psnr_y(sr: Tensor, hr: Tensor, shave: int) -> float:
+    """PSNR [dB] on luma as the super-resolution field reports it; infinite when equal.
+
+    sr, hr: (n, 3, h, w) in 0..255. sr is clamped and rounded to whole numbers first; `shave`
+    pixels are cut off on each side. Raises ValueError as `psnr` does.
+    """
+    sr, hr = _inner(sr, hr, shave)
+    if sr.shape[1] != 3:
+        raise ValueError(f"images need 3 channels, got shape {tuple(sr.shape)}")
+    weights = torch.tensor(LUMA, dtype=torch.float64, device=sr.device) / 256
+    difference = (sr.clamp(0, 255).round() - hr).double() / 255
+    error = torch.einsum("nchw,c->nhw", difference, weights).square().mean()
+    return float(-10 * torch.log10(error))
+
+
+def _inner(a: Tensor, b: Tensor, shave: int) -> tuple[Tensor, Tensor]:
+    if a.shape != b.shape or a.dim() != 4:
+        raise ValueError(f"need two image batches of one shape, got {a.shape} and {b.shape}")
+    if shave < 0 or 2 * shave >= min(a.shape[2:]):
+        raise ValueError(f"shave={shave} leaves nothing of {a.shape[2]} x {a.shape[3]} pixels")
+    height, width = (size - 2 * shave for size in a.shape[2:])
+    return (x.narrow(2, shave, height).narrow(3, shave, width) for x in (a, b))

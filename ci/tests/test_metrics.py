@@ -1,5 +1,8 @@
 """Counts against hand calculations."""
 
+import math
+
+import pytest
 import timm
 import torch
 from torch import nn
@@ -34,3 +37,31 @@ def test_a_shared_parameter_counts_once():
     first, second = nn.Linear(4, 3), nn.Linear(4, 3)
     second.weight = first.weight
     assert metrics.parameters(nn.Sequential(first, second)) == 12 + 3 + 3
+
+
+def test_psnr_of_known_differences():
+    a = torch.zeros(1, 3, 8, 8)
+    assert metrics.psnr(a, a) == float("inf")
+    assert metrics.psnr(a, a + 25.5) == pytest.approx(20)
+    edge = a.clone()
+    edge[:, :, 0] = 99.0
+    assert metrics.psnr(edge, a, shave=1) == float("inf")
+
+
+def test_luma_psnr_rounds_clamps_and_weighs():
+    hr = torch.full((1, 3, 6, 6), 100.0)
+    assert metrics.psnr_y(hr + 0.4, hr, 0) == float("inf")  # rounds away
+    assert metrics.psnr_y(torch.full_like(hr, 300.0), torch.full_like(hr, 255.0), 2) == float("inf")
+    green = hr.clone()
+    green[:, 1] += 10
+    expected = -20 * math.log10(10 / 255 * 129.057 / 256)
+    assert metrics.psnr_y(green, hr, 1) == pytest.approx(expected)
+
+
+def test_psnr_refuses_other_shapes_and_a_cut_that_leaves_nothing():
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
+    with pytest.raises(ValueError, match="leaves nothing"):
+        metrics.psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), shave=4)
+    with pytest.raises(ValueError, match="3 channels"):
+        metrics.psnr_y(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), 0)

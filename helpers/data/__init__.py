@@ -6,6 +6,7 @@ One module per kind of data, loaded when a name is first used, so that importing
 from importlib import import_module
 
 _HOME = {
+    "photo": "photographs",
     "photos": "photographs",
     "Digits": "digits",
     "DigitsOnPhotos": "digits",

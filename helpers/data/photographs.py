@@ -20,6 +20,15 @@ PHOTOS = (
     ("sklearn", "datasets/images/flower.jpg", "CC BY 2.0"),
 )
 
+# Pictures of other kinds from the same wheels. Not among PHOTOS, whose crops lie behind the digits:
+# a longer list would change every background.
+MORE = (
+    ("skimage", "data/retina.jpg", "CC0"),
+    ("skimage", "data/ihc.png", "no known copyright restrictions"),
+    ("skimage", "data/motorcycle_left.png", "not stated (Middlebury stereo 2014)"),
+    ("skimage", "data/motorcycle_right.png", "not stated (Middlebury stereo 2014)"),
+)
+
 
 def photo_path(package: str, file: str) -> Path:
     """Where an installed package keeps one of its files, without importing the package.
@@ -39,5 +48,21 @@ def photo_path(package: str, file: str) -> Path:
 @cache
 def photos() -> tuple[Tensor, ...]:
     """The embedded photographs in a fixed order: uint8 tensors [3, h, w], 300 to 1000 pixels."""
-    arrays = (np.array(Image.open(photo_path(p, f)).convert("RGB")) for p, f, _ in PHOTOS)
-    return tuple(torch.from_numpy(array).permute(2, 0, 1).contiguous() for array in arrays)
+    return tuple(_read(package, file) for package, file, _ in PHOTOS)
+
+
+@cache
+def photo(name: str) -> Tensor:
+    """One embedded picture by the name of its file without suffix, uint8 [3, h, w].
+
+    Raises ValueError naming the pictures that there are.
+    """
+    files = {Path(file).stem: (package, file) for package, file, _ in PHOTOS + MORE}
+    if name not in files:
+        raise ValueError(f"photo is {name!r}; allowed: {', '.join(files)}")
+    return _read(*files[name])
+
+
+def _read(package: str, file: str) -> Tensor:
+    array = np.array(Image.open(photo_path(package, file)).convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
