@@ -1,6 +1,6 @@
 """Several methods on the same seeds: run them, tabulate them, draw them."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import product
 from statistics import fmean, pstdev
 from time import perf_counter
@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
+from helpers.claims import paired
 from helpers.plots import color
 from helpers.training import launch
 
@@ -55,6 +56,56 @@ def print_results(results: dict[str, Runs], keys: Sequence[str]) -> None:
         columns = [[run[key] for run in runs] for key in keys]
         cells = "".join(f"{fmean(c):10.3f} ± {pstdev(c):5.3f}" for c in columns)
         print(f"{label:{width}}{cells}")
+
+
+def print_gains(results: dict[str, Runs], base: str, keys: Sequence[str]) -> None:
+    """Print the paired differences of each method from `base` with their 95 % intervals."""
+    for label, runs in results.items():
+        pairs = {
+            key: [[run[key] for run in many] for many in (runs, results[base])] for key in keys
+        }
+        gains = ", ".join(f"{key} {paired(*pair)}" for key, pair in pairs.items())
+        if label != base:
+            print(f"{label} - {base}: {gains}")
+
+
+class Trace:
+    """Call `look()` at some `times` steps of a run; use as `on_step` of a training.
+
+    at: the steps looked at; seen: what look() returned.
+    """
+
+    def __init__(self, look: Callable[[], object], steps: int, times: int = 60):
+        self.look, self.steps, self.every = look, steps, max(1, steps // times)
+        self.at, self.seen = [], []
+
+    def __call__(self, step: int) -> None:
+        if step % self.every == 0 or step == self.steps - 1:
+            self.at.append(step)
+            self.seen.append(self.look())
+
+
+def draw_slopes(
+    results: dict[str, Runs], keys: dict[str, str], references: dict[str, Runs]
+) -> Figure:
+    """A panel a key with a line a seed over the methods, black means, references dashed.
+
+    keys: {key: axis label}. references: methods that are drawn as their mean only.
+    """
+    size = {"figsize": (4.5 * len(keys), 3.6), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(1, len(keys), **size)
+    for axis, (key, ylabel) in zip(axes[0], keys.items(), strict=True):
+        table = torch.tensor([[run[key] for run in runs] for runs in results.values()])
+        axis.plot(table, "o-", lw=1, color="#0072B2", alpha=0.6)
+        axis.plot(table.mean(1), "_", ms=30, mew=2, color="black", label="mean")
+        for style, (label, runs) in zip(("--", ":", "-."), references.items(), strict=False):
+            value = fmean(run[key] for run in runs)
+            axis.axhline(value, ls=style, color="0.4", label=label)
+        axis.set_xticks(range(len(results)), list(results))
+        axis.set(ylabel=ylabel, xlim=(-0.5, len(results) - 0.5))
+    shown = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*shown, fontsize=8, loc="outside upper center", ncols=5)
+    return figure
 
 
 def draw_losses(results: dict[str, Runs], title: str = "") -> Figure:

@@ -35,6 +35,13 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@torch.no_grad()
+def largest_difference(a: nn.Module, b: nn.Module, x: Tensor) -> float:
+    """max |a(x) - b(x)| over max(1, max |b(x)|), in the models' own precision and mode."""
+    expected = b(x)
+    return (a(x) - expected).abs().max().item() / max(1.0, expected.abs().max().item())
+
+
 LUMA = (65.738, 129.057, 25.064)  # of R, G, B in 0..255 to Y, in 1/256 (ITU-R BT.601)
 
 

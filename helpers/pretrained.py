@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from helpers.files import sha256
 
@@ -44,3 +44,22 @@ def efficientnet_lite0() -> nn.Module:
     names = network.state_dict()
     network.load_state_dict(dict(zip(names, stored.values(), strict=True)))
     return network.eval()
+
+
+def spatial_kernels(network: str = "efficientnet_lite0") -> dict[str, Tensor]:
+    """{layer: weight (O, I, kh, kw)} of the convolutions with more than one kernel position.
+
+    network: "efficientnet_lite0" or a timm model with weights from its hub or cache. Depthwise
+    weights (C, 1, kh, kw) are viewed as (1, C, kh, kw), all channels as inputs of one kernel.
+    """
+    import timm
+
+    packaged = network == "efficientnet_lite0"
+    source = efficientnet_lite0() if packaged else timm.create_model(network, pretrained=True)
+    convs = [pair for pair in source.named_modules() if isinstance(pair[1], nn.Conv2d)]
+    weights = {name: conv.weight.detach() for name, conv in convs}
+    return {
+        name: weight.transpose(0, 1) if weight.shape[1] == 1 else weight
+        for name, weight in weights.items()
+        if weight[0, 0].numel() > 1
+    }

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 from helpers.data import cifar10, image_folder, mnist
 from helpers.models import resnet
 from helpers.session import Session
-from helpers.training import crop_flip, evaluate, fit, minibatches
+from helpers.training import crop_flip, fit, minibatches, scores
 
 MEMORY = {"digits": lambda root, split: mnist(split), "cifar10": cifar10}
 NORMAL = {
@@ -182,7 +182,12 @@ def train(recipe: Recipe, model: nn.Module, session: Session, **options) -> list
 
 def test_accuracy(recipe: Recipe, model: nn.Module, session: Session) -> float:
     """Top-1 accuracy in percent on the recipe's test (ImageNet: validation) images."""
-    return evaluate(model, batches(recipe, session, "test"), session=session)
+    return test_scores(recipe, model, session)["accuracy"]
+
+
+def test_scores(recipe: Recipe, model: nn.Module, session: Session) -> dict[str, float]:
+    """Accuracy [%] and nll [nats] on the recipe's test images (`helpers.training.scores`)."""
+    return scores(model, batches(recipe, session, "test"), session=session)
 
 
 def first_images(recipe: Recipe, session: Session, count: int) -> tuple[Tensor, Tensor]:

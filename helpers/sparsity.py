@@ -14,11 +14,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.utils import _pair
 
 
+class PatternTypeError(TypeError, ValueError):
+    """N or M is no integer."""
+
+
 def check_pattern(n: int, m: int) -> None:
-    """Raise `ValueError` unless n and m are integers with 1 <= n <= m."""
+    """Raise `ValueError` unless 1 <= n <= m, `PatternTypeError` unless both are integers."""
     integers = all(isinstance(v, int) and not isinstance(v, bool) for v in (n, m))
     if not integers or not 1 <= n <= m:
-        raise ValueError(f"need 1 <= n <= m, got n={n}, m={m}")
+        error = ValueError if integers else PatternTypeError
+        raise error(f"need 1 <= n <= m, got n={n}, m={m}")
 
 
 def parse_pattern(pattern: str) -> tuple[int, int]:
@@ -64,6 +69,18 @@ def _rank_pairwise(groups: Tensor, n: int, dim: int) -> Tensor:
     return torch.stack([r < n for r in rank], dim)
 
 
+def is_nm_sparse(weight: Tensor, n: int, m: int, dim: int = 1) -> bool:
+    """Whether at most n of every m consecutive entries along `dim` are non-zero.
+
+    Raises `ValueError` when the size along `dim` is not a multiple of m.
+    """
+    check_pattern(n, m)
+    dim = dim % weight.dim()
+    if weight.shape[dim] % m:
+        raise ValueError(f"size {weight.shape[dim]} of dim {dim} is not a multiple of m={m}")
+    return bool(((weight != 0).unflatten(dim, (-1, m)).sum(dim + 1) <= n).all())
+
+
 def check_mask(name: str, mask: Tensor, weight: Tensor) -> None:
     """Raise `TypeError` unless mask is bool, `ValueError` unless it has the weight's shape."""
     if mask.dtype != torch.bool:
@@ -82,6 +99,14 @@ def check_matrix(weight: Tensor, m: int, both: bool = False) -> None:
         raise ValueError(f"O={weight.shape[0]} is not a multiple of m={m}: keep the layer dense")
     if both and weight.shape[1] % m:
         raise ValueError(f"size {weight.shape[1]} of dim 1 is not a multiple of m={m}")
+
+
+def check_kernel(name: str, tensor: Tensor) -> None:
+    """Raise `ValueError` unless the tensor is (out, in, kh, kw), not empty and finite."""
+    if tensor.dim() != 4 or tensor.numel() == 0:
+        raise ValueError(f"{name}: expected (out, in, kh, kw), got shape {tuple(tensor.shape)}")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} contains NaN or Inf; the masks would be meaningless")
 
 
 def check_permutations(permutations: Tensor, rows: int) -> None:
@@ -149,6 +174,31 @@ class _MaskedConv2d(Function):
         if need_weight:
             grad_weight = _decayed(grad_weight, weight, forward_mask, ctx.decay)
         return grad_x, grad_weight, None, None, grad_bias, None, None, None
+
+
+class _SRSTE(Function):
+    @staticmethod
+    def forward(ctx, weight, mask, decay):
+        ctx.save_for_backward(weight, mask)
+        ctx.decay = decay
+        return weight * mask
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _decayed(grad, *ctx.saved_tensors, ctx.decay), None, None
+
+
+def sr_ste(weight: Tensor, mask: Tensor, decay: float = 2e-4) -> Tensor:
+    """weight * mask with the gradient g + decay (1 - mask) weight (Zhou et al. 2021, eq. 9).
+
+    Under fp16 loss scaling the pull would be unscaled away: use bf16. Raises as
+    `check_mask` does, and `TypeError` for integer weights.
+    """
+    check_mask("mask", mask, weight)
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be floating point, got {weight.dtype}")
+    return _SRSTE.apply(weight, mask, decay)
 
 
 def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -134,10 +135,12 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, session) -> float:
-    """Top-1 accuracy in percent over (x, y) batches in eval mode; the mode is restored.
+def scores(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, session
+) -> dict[str, float]:
+    """Top-1 "accuracy" [%] and mean cross-entropy "nll" [nats] over (x, y) batches in eval mode.
 
-    A `DataLoader` is shared out over the processes, each sample counts once.
+    The mode is restored. A `DataLoader` is shared out over the processes, each sample counts once.
     """
     runner = accelerator()
     device = _device(runner, session)
@@ -145,15 +148,31 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, sess
     batches = runner.prepare(batches) if shared else batches
     training = model.training
     model.to(device).eval()
-    right = []
+    right, nll = [], []
     for x, y in batches:
+        y = y.to(device)
         with session.autocast():
-            hit = model(x.to(device)).argmax(-1) == y.to(device)
-        right.append(runner.gather_for_metrics(hit) if shared else hit)
+            logits = model(x.to(device)).float()
+        pair = logits.argmax(-1) == y, nn.functional.cross_entropy(logits, y, reduction="none")
+        hit, loss = runner.gather_for_metrics(pair) if shared else pair
+        right.append(hit)
+        nll.append(loss)
     model.train(training)
     if not right:
         raise ValueError("there is no batch to evaluate")
-    return 100 * torch.cat(right).double().mean().item()
+    hits, losses = torch.cat(right).double(), torch.cat(nll).double()
+    return {"accuracy": 100 * hits.mean().item(), "nll": losses.mean().item()}
+
+
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, session) -> float:
+    """The "accuracy" of `scores`."""
+    return scores(model, batches, session=session)["accuracy"]
+
+
+def reestimate_norms(model: nn.Module, x: Tensor, *, session, batch_size: int = 100) -> None:
+    """Measure the batch norms' statistics anew: means over batches of inputs x, weights as is."""
+    with session.autocast():
+        update_bn(x.split(batch_size), model, session.device)
 
 
 def minibatches(

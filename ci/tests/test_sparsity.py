@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import sparsity
-from helpers.sparsity import bimask_conv2d, bimask_linear, nm_mask
+from helpers.sparsity import bimask_conv2d, bimask_linear, is_nm_sparse, nm_mask
 
 EASY = settings(deadline=None, max_examples=30)
 PATTERNS = st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 8), (2, 8), (1, 16), (3, 16), (4, 4)])
@@ -270,3 +270,21 @@ def test_selection_says_why_layers_stay_dense():
         ValueError, match=r"keep_dense names layers that the model lacks: \['stm'\]"
     ):
         sparsity.select_layers(model, 16, keep_dense=["stm"])
+
+
+def test_is_nm_sparse_counts_along_the_dimension():
+    weight = draw(8, 16, 3, 3)
+    masked = weight * nm_mask(weight, 1, 4, dim=1)
+    assert is_nm_sparse(masked, 1, 4)
+    assert not is_nm_sparse(weight, 1, 4)
+    assert not is_nm_sparse(masked.transpose(0, 1), 1, 4)
+    assert is_nm_sparse(masked.transpose(0, 1), 1, 4, dim=0)
+    assert is_nm_sparse(torch.zeros(4, 4), 1, 4, dim=-1)
+    with pytest.raises(ValueError, match="size 6 of dim 1 is not a multiple of m=4"):
+        is_nm_sparse(torch.zeros(4, 6), 1, 4)
+
+
+def test_a_pattern_of_other_types_is_a_type_and_a_value_error():
+    for error in (TypeError, ValueError):
+        with pytest.raises(error, match=r"got n=1\.5, m=4"):
+            nm_mask(draw(4, 4), 1.5, 4)
