@@ -6,7 +6,6 @@ convolution does with its weights and its input is the business of the notebooks
 """
 
 import copy
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from helpers import models, recipes
-from helpers.recipes import Recipe
+from helpers import models
 
 Branches = Sequence[tuple[int, float]]  # (branch id, 1.0, or 0.5 for a half branch)
 
@@ -206,26 +204,8 @@ def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
     setattr(root.get_submodule(parent), leaf, new)
 
 
-def tiny_net() -> nn.Sequential:
-    """Four 3x3 convolutions for digits [n, 1, 28, 28]: `stem`, `layers`, `pool`, `head`."""
-
-    def block(inputs, outputs, stride):
-        conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
-
-    layers = nn.Sequential(block(8, 16, 2), block(16, 32, 2), block(32, 32, 1))
-    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    steps = {"stem": block(1, 8, 2), "layers": layers, "pool": pool, "head": nn.Linear(32, 10)}
-    return nn.Sequential(OrderedDict(steps))
-
-
-def network(recipe: Recipe) -> nn.Module:
-    """A network with fresh weights: "tiny", or any of `helpers.recipes.network`."""
-    return tiny_net() if recipe.model == "tiny" else recipes.network(recipe)[0]
-
-
 def parts(net: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Stem, body and head of a network of `network`: their composition computes the same.
+    """Stem, body and head of a network of `recipes.network`: together they compute the same.
 
     Raises ValueError for an architecture that is not known.
     """

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from helpers.claims import paired
 from helpers.data.super_resolution import Pair
 from helpers.experiments import outcome
+from helpers.quantization import uniform_quantize
 from helpers.subsets import SortedRows, check_calibration
 from helpers.super_resolution import judge_sets, random_patches
 
@@ -78,13 +79,13 @@ class Uniform(nn.Module):
 
     def __init__(self, bits: int, ends: tuple[float, float] | Callable[[Tensor], tuple]):
         super().__init__()
-        self.steps, self.ends = 2**bits - 1, ends
+        self.bits, self.ends = bits, ends
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = self.ends(x) if callable(self.ends) else self.ends
-        d = torch.as_tensor((high - low) / self.steps, dtype=x.dtype, device=x.device)
-        d = d.clamp(min=1e-12)
-        return ((x - low) / d).round().clamp(0, self.steps) * d + low
+        ends = self.ends(x) if callable(self.ends) else self.ends
+        low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in ends)
+        high = torch.where(high > low, high, low + 1)  # a constant channel stays what it is
+        return uniform_quantize(x, low, high, self.bits) * (high - low) + low
 
 
 @dataclass

@@ -34,7 +34,8 @@ def weights_file() -> Path:
 def efficientnet_lite0() -> nn.Module:
     """timm's `tf_efficientnet_lite0` (4.65 M parameters) with ImageNet-1k weights, eval mode.
 
-    Input [n, 3, 224, 224] in [0, 1], normalised by (x - MEAN) / STD; other sizes work too.
+    Input [n, 3, 224, 224] in [0, 1], normalised by (x - MEAN) / STD (`pretrained_cfg` says so
+    to timm); other sizes work too.
     The file names its tensors differently but keeps timm's order: they are matched by position.
     """
     import timm
@@ -43,6 +44,7 @@ def efficientnet_lite0() -> nn.Module:
     network = timm.create_model("tf_efficientnet_lite0")
     names = network.state_dict()
     network.load_state_dict(dict(zip(names, stored.values(), strict=True)))
+    network.pretrained_cfg = {**network.pretrained_cfg, "mean": (MEAN,) * 3, "std": (STD,) * 3}
     return network.eval()
 
 

@@ -34,9 +34,10 @@ DEIT = {"auto_augment": "rand-m9-inc1", "re_prob": 0.25}
 class Recipe:
     """What a training run depends on besides its seed.
 
-    dataset: digits, cifar10 or imagenet. model: "small" (digits), "resnet" (the CIFAR ResNet of
-    `depth` and `width`) or a timm model. optimizer: sgd (momentum 0.9) or adamw; `weight_decay`
-    spares biases and norms. schedule: onecycle (20 % up) or cosine after `warmup` steps.
+    dataset: digits, cifar10 or imagenet. model: "small" or "tiny" (digits), "resnet" (the CIFAR
+    ResNet of `depth` and `width`) or a timm model. optimizer: sgd (momentum 0.9) or adamw;
+    `weight_decay` spares biases and norms. schedule: onecycle (20 % up) or cosine after `warmup`
+    steps.
     augment: none, crop (pad by 4, crop, flip), imagenet (timm's random resized crop and flip) or
     deit (RandAugment, erasing, mixup, cutmix and a drop-path rate of 0.1 besides).
     """
@@ -70,26 +71,31 @@ class Recipe:
             raise ValueError(f"warmup must be in 0..{self.steps - 1} (steps): {self.warmup}")
 
 
-def small_net() -> nn.Sequential:
-    """Five 3x3 convolutions for digits [n, 1, 28, 28]: `stem`, `layers`, `pool`, `head`."""
+DIGIT_NETS = {  # stem's channels; inputs, outputs and stride of each further convolution
+    "small": (16, ((16, 32, 2), (32, 64, 1), (64, 64, 2), (64, 64, 1))),
+    "tiny": (8, ((8, 16, 2), (16, 32, 2), (32, 32, 1))),
+}
+
+
+def digit_net(name: str) -> nn.Sequential:
+    """3x3 convolutions for digits [n, 1, 28, 28]: `stem`, `layers`, `pool`, `head`."""
 
     def block(inputs, outputs, stride):
         conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
-    net = nn.Sequential()
-    net.add_module("stem", block(1, 16, 2))
-    sizes = ((16, 32, 2), (32, 64, 1), (64, 64, 2), (64, 64, 1))
+    (width, sizes), net = DIGIT_NETS[name], nn.Sequential()
+    net.add_module("stem", block(1, width, 2))
     net.add_module("layers", nn.Sequential(*(block(*size) for size in sizes)))
     net.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    net.add_module("head", nn.Linear(64, 10))
+    net.add_module("head", nn.Linear(sizes[-1][1], 10))
     return net
 
 
 def network(recipe: Recipe) -> tuple[nn.Module, list[str]]:
     """A network with fresh weights, and the names of its first layer and its classifier."""
-    if recipe.model == "small":
-        return small_net(), ["stem", "head"]
+    if recipe.model in DIGIT_NETS:
+        return digit_net(recipe.model), ["stem", "head"]
     classes = 1000 if recipe.dataset == "imagenet" else 10
     if recipe.model == "resnet":
         return resnet(recipe.depth, recipe.width, classes), ["stem", "head"]

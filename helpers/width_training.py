@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from helpers import bit_widths, metrics, recipes
 from helpers.claims import Paired, paired
+from helpers.data.folders import data_folder
 from helpers.quantization import check_bits
 from helpers.recipes import Recipe
-from helpers.training import accelerator, fit
+from helpers.training import accelerator, fit, reestimate_norms
 
 Losses = Callable[[dict[int, Tensor], Tensor], dict[int, Tensor]]
 
@@ -39,15 +40,12 @@ def check_names(chosen: Iterable[str], known: Iterable[str]) -> None:
 
 def check_setup(recipe: Recipe, session, init: str, fp_steps: int) -> None:
     """Raise FileNotFoundError or ValueError when a run could not start."""
-    if recipe.dataset != "digits" and session.data_root is None:
-        raise FileNotFoundError(
-            f"dataset {recipe.dataset!r} is read from disk: give its folder as data_root "
-            "(`-p data_root=...`; the layouts are in data/README.md)"
-        )
+    if recipe.dataset != "digits":
+        data_folder(session.data_root, recipe.dataset)
     if init == "pretrained" and fp_steps == 0:
         raise ValueError("init=pretrained copies a network that fp_steps=0 leaves out")
     with torch.device("meta"):
-        bit_widths.parts(bit_widths.network(recipe))  # raises for an unknown architecture
+        bit_widths.parts(recipes.network(recipe)[0])  # raises for an unknown architecture
 
 
 def check_logits(logits: dict[int, Tensor], target: Tensor) -> None:
@@ -63,9 +61,9 @@ def check_logits(logits: dict[int, Tensor], target: Tensor) -> None:
 
 def full_precision(recipe: Recipe, session, bn_images: int) -> dict:
     """Train one ordinary network: its weights `state` and its top-1 `accuracy` [%]."""
-    net = synchronized(bit_widths.network(recipe).to(session.device), session)
+    net = synchronized(recipes.network(recipe)[0].to(session.device), session)
     recipes.train(recipe, net, session, description="full precision")
-    recalibrate(net, recipes.first_images(recipe, session, bn_images)[0])
+    reestimate_norms(net, recipes.first_images(recipe, session, bn_images)[0], session=session)
     return {"state": state(net), "accuracy": recipes.test_accuracy(recipe, net, session)}
 
 
@@ -80,7 +78,7 @@ def copies(recipe: Recipe, count: int, start: dict[str, Tensor], noise: float) -
     noise: standard deviation of what is added to the convolutions of the bodies of several
     copies, in standard deviations of the weight. Random numbers are torch's global ones.
     """
-    nets = [bit_widths.network(recipe) for _ in range(count)]
+    nets = [recipes.network(recipe)[0] for _ in range(count)]
     for net in nets if start else []:
         net.load_state_dict(start)
         for p in bit_widths.parts(net)[1].parameters() if count > 1 else []:
@@ -138,25 +136,6 @@ def fit_widths(
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, images: Tensor, batch_size: int = 256) -> None:
-    """Set the statistics of every batch norm anew: the plain mean over batches of images.
-
-    model(x) must run all widths. The mode and the momentum are restored.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momentum, training = [norm.momentum for norm in norms], model.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a cumulative mean
-    model.train()
-    for part in images.split(batch_size):
-        model(part)
-    for norm, value in zip(norms, momentum, strict=True):
-        norm.momentum = value
-    model.train(training)
-
-
-@torch.no_grad()
 def hits(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], session) -> Tensor:
     """1 where a test image is classified correctly, else 0: float (outputs, images), on the CPU.
 
@@ -178,7 +157,7 @@ def hits(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], session) ->
 def hits_before_and_after(net: nn.Module, recipe: Recipe, session, images: Tensor) -> Tensor:
     """Hits (2, outputs, test images): as training left the norms, and recalibrated on images."""
     found = [hits(net, recipes.batches(recipe, session, "test"), session)]
-    recalibrate(net, images)
+    reestimate_norms(net, images, session=session)
     return torch.stack([*found, hits(net, recipes.batches(recipe, session, "test"), session)])
 
 
@@ -250,7 +229,7 @@ def pair_accuracies(net: nn.Module, images: Tensor, batches, session) -> Tensor:
     net.widths = [k for k in net.widths if k % 2 == 0]
     for bits in sorted(net.widths):
         net.act_bits = bits
-        recalibrate(net, images)
+        reestimate_norms(net, images, session=session)
         columns.append(100 * hits(net, batches, session).mean(1).flip(0))
     return torch.stack(columns, 1)
 

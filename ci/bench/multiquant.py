@@ -3,8 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from helpers import bench, width_training
-from helpers import bit_widths as bw
+from helpers import bench, recipes, width_training
 from helpers.notebooks import load
 from helpers.recipes import Recipe
 
@@ -33,7 +32,7 @@ def step(net, x, y, forward) -> None:
 
 def joint_step(recipe: Recipe, shape: tuple[int, ...], batch: int) -> None:
     torch.manual_seed(0)
-    nets = [bw.network(recipe) for _ in range(4)]
+    nets = [recipes.network(recipe)[0] for _ in range(4)]
     branches = {k: M.select_branches(k) for k in WIDTHS}
     ours, anew = (M.MultiWidthNet(nets, layer, branches) for layer in (M.BranchConv2d, AnewConv2d))
     x, y = torch.randn(batch, *shape), torch.arange(batch) % 10

@@ -1,7 +1,6 @@
 """MultiQuant's invariants, its network against an independent one, baselines, and bad inputs."""
 
 import copy
-import inspect
 import math
 from functools import partial
 from itertools import pairwise
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import bit_widths as bw
-from helpers import metrics, recipes
+from helpers import metrics, recipes, training
 from helpers import width_layers as layers
 from helpers import width_training as wt
 from helpers.notebooks import load
@@ -51,17 +50,6 @@ def digits(net, count=32):
 def train(net, teacher="largest"):
     losses = partial(M.inplace_distillation_losses, teacher=teacher)
     return wt.fit_widths(net, TINY, session(), losses, 1e-3)
-
-
-PUBLIC = (
-    "uniform_quantize quantize_weight init_weight_range init_activation_range select_branches "
-    "multibranch_conv2d merge_branches inplace_distillation_losses switching_error bit_operations"
-)
-
-
-@pytest.mark.parametrize("name", PUBLIC.split())
-def test_public_names_are_documented(name):
-    assert inspect.getdoc(getattr(M, name))
 
 
 @EASY
@@ -294,7 +282,7 @@ def test_a_joint_step_reaches_every_branch_range_and_norm():
 
 def test_equal_branches_stay_equal_and_noise_parts_them():
     torch.manual_seed(3)
-    state = bw.network(TINY).state_dict()
+    state = recipes.network(TINY)[0].state_dict()
     for noise in (0.0, 0.1):
         net = build(state=state, branch_noise=noise)
         digits(net)
@@ -302,7 +290,7 @@ def test_equal_branches_stay_equal_and_noise_parts_them():
         for conv in net.convs:
             assert torch.equal(conv.weight[1], conv.weight[2]) == (noise == 0)
             assert not torch.equal(conv.weight[0], conv.weight[1])
-    net = M.MultiWidthNet([bw.network(TINY)] * 4, M.BranchConv2d, {8: M.select_branches(8)})
+    net = M.MultiWidthNet([recipes.network(TINY)[0]] * 4, M.BranchConv2d, {8: M.select_branches(8)})
     assert torch.equal(net.convs[0].weight[0], net.convs[0].weight[3])
 
 
@@ -355,7 +343,7 @@ def test_switching_uses_one_or_several_weight_ranges():
 def test_fresh_branches_differ_and_copies_carry_the_norms():
     net = build()
     assert not torch.equal(net.convs[0].weight[1], net.convs[0].weight[2])
-    source = bw.network(TINY)
+    source = recipes.network(TINY)[0]
     for norm in (m for m in source.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.uniform_(norm.weight)
     net = build(state=source.state_dict())
@@ -374,7 +362,7 @@ NETS = {
 def test_real_architectures_serve_even_and_odd_widths_at_their_cost(name):
     recipe, shape, tolerance = NETS[name]
     torch.manual_seed(0)
-    net = bw.network(recipe)
+    net = recipes.network(recipe)[0]
     branches = {k: M.select_branches(k, 2) for k in (2, 3, 4)}
     multi = M.MultiWidthNet([net, copy.deepcopy(net)], M.BranchConv2d, branches)
     x = draw(2, *shape)
@@ -391,7 +379,7 @@ def test_real_architectures_serve_even_and_odd_widths_at_their_cost(name):
 
 def test_a_full_precision_body_is_untouched_by_stem_body_and_head():
     for recipe, shape, _ in NETS.values():
-        net = bw.network(recipe).eval()
+        net = recipes.network(recipe)[0].eval()
         x = draw(2, *shape)
         with torch.no_grad():
             torch.testing.assert_close(nn.Sequential(*bw.parts(net))(x), net(x))
@@ -411,7 +399,7 @@ class Exact(bw.WidthConv2d):
 def test_equal_branches_without_quantization_are_the_network(name):
     recipe, shape, _ = NETS[name]
     torch.manual_seed(0)
-    net = bw.network(recipe)
+    net = recipes.network(recipe)[0]
     x = draw(4, *shape)
     multi = M.MultiWidthNet([net] * 2, Exact, {k: M.select_branches(k, 2) for k in (2, 4)})
     with torch.no_grad():
@@ -424,7 +412,7 @@ def test_recalibration_is_the_plain_mean_over_batches():
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Unflatten(1, (1, -1)))
     x = 3 * draw(60, 3, 4, 4) + 1
     net.eval()
-    wt.recalibrate(net, x, 20)
+    training.reestimate_norms(net, x, session=session(), batch_size=20)
     parts = x.split(20)
     mean = torch.stack([p.mean((0, 2, 3)) for p in parts]).mean(0)
     torch.testing.assert_close(net[0].running_mean, mean)
@@ -434,7 +422,7 @@ def test_recalibration_is_the_plain_mean_over_batches():
 
 def test_a_run_depends_on_its_seed_alone():
     torch.manual_seed(0)
-    starts = {s: bw.network(TINY).state_dict() for s in (0, 1)}
+    starts = {s: recipes.network(TINY)[0].state_dict() for s in (0, 1)}
     recipe = {"model": "tiny", "steps": 2, "batch_size": 16, "schedule": "cosine"}
 
     def hits(method, seed):
@@ -454,7 +442,7 @@ def test_pairs_and_single_branches():
     digits(net)
     x, _ = recipes.first_images(TINY, session(), 64)
     tests = recipes.batches(TINY, session(), "test")[:1]
-    wt.recalibrate(net, x)
+    training.reestimate_norms(net, x, session=session())
     pairs = wt.pair_accuracies(net, x, tests, session())
     own = 100 * wt.hits(net, tests, session()).mean(1).flip(0)
     torch.testing.assert_close(pairs.diagonal(), own)
@@ -512,7 +500,7 @@ BAD = [
     (lambda: wt.sorted_widths([], 4), ValueError, "at least one"),
     (lambda: wt.sorted_widths([2, 10], 4), ValueError, r"2\.\.8, got 10"),
     (lambda: build()(X, [2, 3]), ValueError, r"trained: \[2, 4, 6, 8\]"),
-    (lambda: M.MultiWidthNet([bw.network(TINY)], M.BranchConv2d, {4: M.select_branches(4)}),
+    (lambda: M.MultiWidthNet([recipes.network(TINY)[0]], M.BranchConv2d, {4: M.select_branches(4)}),
      ValueError, "3 branches are needed, got 1"),
     (lambda: bw.parts(nn.Sequential()), ValueError, "no stem, body and head"),
     (lambda: bw.passes(4, [(0, 1.0), (2, 1.0)]), ValueError, "neighbours"),

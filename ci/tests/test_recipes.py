@@ -80,7 +80,7 @@ def test_schedules_rise_and_fall():
 
 
 def test_weight_decay_spares_biases_and_norms():
-    optimizer, _ = recipes.optimization(Recipe(weight_decay=0.1), recipes.small_net())
+    optimizer, _ = recipes.optimization(Recipe(weight_decay=0.1), recipes.digit_net("small"))
     decays = {
         tuple(p.shape): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]
     }
@@ -138,3 +138,11 @@ def test_equal_costs_are_drawn_apart():
     assert places[0] == 0.5
     assert 0.5 < places[1] < 0.52
     assert places[2] == 1
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "imagenet"])
+def test_a_folder_that_was_not_given_is_asked_for(dataset, monkeypatch):
+    monkeypatch.delenv("REPRO_DATA", raising=False)
+    session = start(seed=0, device="cpu", banner=False)
+    with pytest.raises(FileNotFoundError, match="give its folder as data_root"):
+        recipes.batches(Recipe(dataset=dataset, model="resnet"), session, "train")

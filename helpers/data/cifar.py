@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from helpers.data.digits import check_split
+from helpers.data.folders import data_folder
 from helpers.files import write_atomic
 
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -23,7 +24,7 @@ HOW_TO_GET = (
 )
 
 
-def cifar10(root: str | Path, split: str) -> tuple[Tensor, Tensor]:
+def cifar10(root: str | Path | None, split: str) -> tuple[Tensor, Tensor]:
     """CIFAR-10's images uint8 [n, 3, 32, 32] and labels [n], from `root` or `root`/cifar10.
 
     Folder classes are numbered by sorted name, which is CIFAR-10's own order. Pictures are decoded
@@ -31,7 +32,8 @@ def cifar10(root: str | Path, split: str) -> tuple[Tensor, Tensor]:
     Raises FileNotFoundError with the expected layout.
     """
     check_split(split)
-    for base in (Path(root), Path(root) / "cifar10"):
+    root = data_folder(root, "cifar10")
+    for base in (root, root / "cifar10"):
         if (base / "cifar-10-batches-py").is_dir():
             return _batches(base, split)
         if (base / split).is_dir():
@@ -40,7 +42,7 @@ def cifar10(root: str | Path, split: str) -> tuple[Tensor, Tensor]:
             return _decoded(base / split, listing, (path.read_bytes() for path in files))
         if base.with_suffix(".tar").is_file():
             return _tar(base.with_suffix(".tar"), split)
-    raise FileNotFoundError(f"no CIFAR-10 in {root} or {Path(root) / 'cifar10'}: {HOW_TO_GET}")
+    raise FileNotFoundError(f"no CIFAR-10 in {root} or {root / 'cifar10'}: {HOW_TO_GET}")
 
 
 def _batches(base: Path, split: str) -> tuple[Tensor, Tensor]:

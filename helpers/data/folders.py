@@ -1,4 +1,4 @@
-"""Folders of labelled pictures in ImageNet's layout, read by timm."""
+"""Where data sets lie, and folders of labelled pictures in ImageNet's layout, read by timm."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,17 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 
-def image_folder(root: str | Path, split: str, transform: Callable | None = None) -> Dataset:
+def data_folder(root: str | Path | None, name: str) -> Path:
+    """The folder given for a data set. Raises FileNotFoundError saying how to give one."""
+    if root is None:
+        raise FileNotFoundError(
+            f"the data set {name!r} is read from disk: give its folder as data_root "
+            "(`-p data_root=...`; the layouts are in data/README.md)"
+        )
+    return Path(root)
+
+
+def image_folder(root: str | Path | None, split: str, transform: Callable | None = None) -> Dataset:
     """(image, label) pairs of `root`/`split`/<class>/*, or of a tar `root`/`split`.tar of those.
 
     Labels number the classes in sorted order, as torchvision's ImageFolder does; but where all
@@ -16,7 +26,8 @@ def image_folder(root: str | Path, split: str, transform: Callable | None = None
     """
     from timm.data import ImageNetInfo, create_dataset
 
-    folder, archive = Path(root) / split, Path(root) / f"{split}.tar"
+    root = data_folder(root, "images")
+    folder, archive = root / split, root / f"{split}.tar"
     if not folder.is_dir() and not archive.is_file():
         raise FileNotFoundError(
             f"no pictures in {folder}; expected {folder}/<class>/*.JPEG or {archive} "

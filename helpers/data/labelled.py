@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from helpers.data.folders import data_folder
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 SETS = ("digits", "cifar10", "images")
 
@@ -42,11 +44,7 @@ def labelled(
         raise ValueError(f"data set is {name!r}; allowed: {', '.join(SETS)}")
     if name == "digits":
         return _digits(size, count or None, seed)
-    if root is None:
-        raise FileNotFoundError(
-            f"the data set {name!r} is read from disk: give its folder as data_root "
-            "(`-p data_root=...`; the layouts are in data/README.md)"
-        )
+    root = data_folder(root, name)
     if name == "cifar10":
         return _cifar(root, count)
     return _images(root, count, transforms or (None, None), workers)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from helpers.data.folders import data_folder
 from helpers.data.photographs import photo
 
 # embedded photographs that networks are trained on, and those that are held out
@@ -104,12 +105,8 @@ def sr_pairs(
     """
     if name == "photographs":
         return photograph_pairs(PHOTOGRAPHS[split], scale)[: count or None]
-    if root is None:
-        raise FileNotFoundError(
-            f"the set {name!r} is read from disk: give its folder as data_root "
-            "(`-p data_root=...`; the layouts are in data/README.md)"
-        )
-    files = _find(Path(root), name, scale)
+    root = data_folder(root, name)
+    files = _find(root, name, scale)
     if not files:
         layouts = LAYOUTS.format(root=root, scale=scale)
         raise FileNotFoundError(f"no images of {name!r} for scale {scale}; expected{layouts}")
