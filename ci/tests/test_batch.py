@@ -1,5 +1,7 @@
 """Planning and executing runs for real, on the toy notebook: outcomes, atomicity, resuming."""
 
+import base64
+import io
 import json
 import os
 import signal
@@ -9,8 +11,10 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from helpers import batch, claims, files, notebooks, plan, report, store
 
@@ -284,6 +288,20 @@ def test_widget_views_are_dropped():
     view = nbformat.v4.new_output("display_data", {store.WIDGET: {}, "text/plain": "IntSlider"})
     picture = nbformat.v4.new_output("display_data", {"image/png": "AAAA"})
     assert store.clean([view, picture], "toy") == [picture]
+
+
+def test_large_pictures_are_stored_in_fewer_colours():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    encoded = base64.b64encode(file.getvalue()).decode()
+    (kept,) = store.clean([nbformat.v4.new_output("display_data", {"image/png": encoded})], "toy")
+    with Image.open(io.BytesIO(base64.b64decode(kept["data"]["image/png"]))) as image:
+        assert image.size == (300, 300)
+        assert len(image.getcolors()) <= 256
+        difference = np.asarray(image.convert("RGB"), dtype=float) - noise
+    assert np.abs(difference).mean() < 30
+    assert len(kept["data"]["image/png"]) < len(encoded) / 2
 
 
 def test_a_run_of_other_parameters_is_not_stored(toy_folder, tmp_path):

@@ -14,6 +14,11 @@ _HOME = {
     "cifar10": "cifar",
     "image_folder": "folders",
     "labelled": "labelled",
+    "screen_camera": "moire",
+    "synthetic_moire": "moire",
+    "rephotographed": "moire",
+    "MoireFolder": "moire_folders",
+    "moire_pairs": "moire_folders",
 }
 
 
