@@ -1,5 +1,7 @@
 """What a model costs, thin over torch's own counter, and how close two images are."""
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -77,3 +79,21 @@ def _inner(a: Tensor, b: Tensor, shave: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"shave={shave} leaves nothing of {a.shape[2]} x {a.shape[3]} pixels")
     height, width = (size - 2 * shave for size in a.shape[2:])
     return (x.narrow(2, shave, height).narrow(3, shave, width) for x in (a, b))
+
+
+def generator_macs(model: nn.Module, height: int, width: int, transposed: str = "exact") -> int:
+    """Multiply-adds of the convolutions for one image of height x width, from torch's counter.
+
+    transposed: "exact" counts a transposed convolution at its input resolution, where it works;
+    "output" at its output resolution, as some published tables do. Raises ValueError otherwise.
+    """
+    if transposed not in ("exact", "output"):
+        raise ValueError(f"transposed must be exact or output, got {transposed!r}")
+    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    image = torch.empty(1, channels, height, width, device="meta")
+    counts = layer_macs(deepcopy(model).to("meta"), image)
+    extra = 0
+    if transposed == "output":
+        ups = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ConvTranspose2d)]
+        extra = sum(counts[name] * (m.stride[0] * m.stride[1] - 1) for name, m in ups)
+    return counts[""] + extra

@@ -19,6 +19,8 @@ _HOME = {
     "rephotographed": "moire",
     "MoireFolder": "moire_folders",
     "moire_pairs": "moire_folders",
+    "image_pairs": "paired_images",
+    "photo_crops": "paired_images",
 }
 
 
