@@ -1,4 +1,4 @@
-"""What a model costs, thin over torch's own counter, and how close two images are."""
+"""What a model costs (torch's own counter), how close images are, how much videos flicker."""
 
 from copy import deepcopy
 
@@ -97,3 +97,33 @@ def generator_macs(model: nn.Module, height: int, width: int, transposed: str = 
         ups = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ConvTranspose2d)]
         extra = sum(counts[name] * (m.stride[0] * m.stride[1] - 1) for name, m in ups)
     return counts[""] + extra
+
+
+def warping_error(frames: Tensor, shift: tuple[int, int], valid: Tensor | None = None) -> float:
+    """Mean squared difference along known motion; 0 for a video that only moves.
+
+    frames: (n, c, h, w). shift: (rows, columns) of one step: frames[i + 1] at p is compared with
+    frames[i] at p + shift, where both lie inside. valid: (n - 1 or 1, h, w) bool, which pixels p
+    of frames[i + 1] count. Low values alone say little: a grey video has 0.
+    Raises ValueError for fewer than 2 frames or no pixel to compare.
+    """
+    if len(frames) < 2:
+        raise ValueError(f"a warping error needs 2 frames or more, got {len(frames)}")
+    here, there = _overlap(frames[1:], shift, 1), _overlap(frames[:-1], shift, -1)
+    error = (here - there).double().square().mean(1)
+    mask = torch.ones_like(error, dtype=torch.bool)
+    if valid is not None:
+        mask = _overlap(valid[:, None], shift, 1)[:, 0].expand_as(error)
+    if not mask.any():
+        size = " x ".join(map(str, frames.shape[2:]))
+        raise ValueError(f"shift {tuple(shift)} leaves no pixel to compare in {size} pixels")
+    return error[mask].mean().item()
+
+
+def _overlap(images: Tensor, shift: tuple[int, int], sign: int) -> Tensor:
+    """The part of images that a shift keeps inside: sign 1 before the shift, -1 after it."""
+    for dim, step in zip((2, 3), shift, strict=True):
+        length = max(0, images.shape[dim] - abs(step))
+        start = min(abs(step), images.shape[dim]) if sign * step < 0 else 0
+        images = images.narrow(dim, start, length)
+    return images

@@ -21,6 +21,17 @@ _HOME = {
     "moire_pairs": "moire_folders",
     "image_pairs": "paired_images",
     "photo_crops": "paired_images",
+    "moving_digit": "tinted_digits",
+    "moving_regions": "tinted_digits",
+    "noisy_batches": "tinted_digits",
+    "valid_images": "tinted_digits",
+    "degraded": "clips",
+    "flickering": "clips",
+    "panning_photo": "clips",
+    "scene_scores": "tinted_digits",
+    "stereo_pair": "clips",
+    "styled": "clips",
+    "tinted_by_brightness": "clips",
 }
 
 
