@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 MIME = "application/vnd.reproduce.claims+json"
@@ -132,13 +132,27 @@ def to_html(rows: Sequence[dict[str, str]]) -> str:
 
 
 def from_notebook(notebook) -> list[dict[str, str]]:
-    """The claim rows inside an executed notebook (the last table wins), or an empty list."""
-    rows: list[dict[str, str]] = []
+    """The claim rows inside an executed notebook (the last table wins), or an empty list.
+
+    Rows that are no claims (other fields, other types, another verdict) are left out.
+    """
+    rows: list[Any] = []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if MIME in output.get("data", {}):
-                rows = output["data"][MIME]["claims"]
-    return rows
+            payload = output.get("data", {}).get(MIME)
+            if isinstance(payload, dict) and isinstance(payload.get("claims"), list):
+                rows = payload["claims"]
+    return [dict(row) for row in rows if _is_claim(row)]
+
+
+def _is_claim(row: Any) -> bool:
+    names = {field.name for field in fields(Claim)}
+    return (
+        isinstance(row, dict)
+        and set(row) == names
+        and all(isinstance(value, str) for value in row.values())
+        and row["verdict"] in VERDICTS
+    )
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def test_sigterm_cancels_cleanly(toy_folder, tmp_path):
     out, _ = batch_.communicate(timeout=60)
     assert batch_.returncode == 130
     assert "2 cancelled" in out
-    assert not list(tmp_path.glob("*.json"))
+    assert not list(tmp_path.glob("toy*.json"))
 
 
 # -- the folder ------------------------------------------------------------------------------------
@@ -318,8 +318,8 @@ def test_report_shows_runs_claims_and_failures(toy_folder, tmp_path):
     batch.execute(runs, jobs=2)
     page = report.write(tmp_path).read_text()
     assert "Toy: a notebook for tests" in page
-    assert "reproduced 1/3" in page
-    assert "not reproduced 2/3" in page
+    assert "not reproduced 2/2" in page  # the two repetitions of one setting
+    assert "smoke, step = 3" in page
     assert "RuntimeError: asked to fail" in page
     assert page.count("data:image/png;base64") == 1
     for run in runs[:2]:
