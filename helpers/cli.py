@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 from collections import Counter
@@ -14,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from helpers import ROOT, batch, notebooks, plan
+from helpers import ROOT, batch, commands, plan, remote, sweeps
 
-USAGE_ERRORS = (ValueError, FileNotFoundError, PermissionError, BlockingIOError)
+USAGE_ERRORS = (
+    ValueError, FileNotFoundError, PermissionError, BlockingIOError, ConnectionError,
+)  # fmt: skip
 MARKS = {"reproduced": "green", "not reproduced": "red", "not testable at this scale": "dim"}
 
 
@@ -24,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 all well, 1 a run failed or a claim changed, 2 wrong use,
     130 cancelled."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"list": list_command, "report": report_command, "ledger": ledger_command}
-    command = commands.get(arguments[0]) if arguments else None
+    command = commands.COMMANDS.get(arguments[0]) if arguments else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return command(arguments[1:]) if command else run_command(arguments)
@@ -42,18 +42,27 @@ def run_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="reproduce",
         description="Run notebooks headlessly and judge their claims.",
-        epilog="Other commands: reproduce list [NAME] | reproduce report DIR | "
-        "reproduce ledger DIR",
+        epilog="Other commands: " + " | ".join(commands.USAGE),
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks (all if none is named)")
     parser.add_argument("--profile", default="smoke", help="smoke, gpu or paper [smoke]")
-    parser.add_argument("--seeds", type=seed_list, help="such as 0-2 or 0,3,5")
+    parser.add_argument("--seeds", type=_seeds, help="such as 0-2 or 0,3,5")
     parser.add_argument(
         "-p", dest="parameters", action="append", default=[], metavar="KEY=VALUE",
-        help="set a parameter; the same key again adds a run for each value",
+        help="set a parameter; KEY=A,B,C or the same key again adds a run for each value",
     )  # fmt: skip
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE",
+        help="a YAML list of entries with notebooks, profile, seeds, parameters",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, run nothing")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time [1]")
-    parser.add_argument("--out", type=Path, help="output folder [runs/PROFILE]")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, local or HOST:PORT"
+    )
+    parser.add_argument(
+        "--out", help="output folder, or an address such as s3://BUCKET/FOLDER [runs/PROFILE]"
+    )
     parser.add_argument("--timeout", type=float, help="seconds a run may take")
     parser.add_argument("--fresh", action="store_true", help="run again what is finished already")
     parser.add_argument(
@@ -66,25 +75,30 @@ def run_parser() -> argparse.ArgumentParser:
 def run_command(arguments: Sequence[str]) -> int:
     """Run the plan, print the claim table and write the report."""
     options = run_parser().parse_args(arguments)
-    if options.store and (options.profile != "smoke" or options.seeds or options.parameters):
+    if options.store and (
+        options.profile != "smoke" or options.seeds or options.parameters or options.plan
+    ):
         raise ValueError("--store keeps the outputs of the default parameters; give only names")
-    out = (options.out or ROOT / "runs" / ("store" if options.store else options.profile)).resolve()
-    runs = plan.make_plan(
-        options.names,
-        profile=options.profile,
-        seeds=options.seeds,
-        overrides=key_values(options.parameters),
-        out=out,
-    )
+    there = remote.Remote(options.out) if remote.is_url(options.out or "") else None
+    out, runs = planned(options, there.local if there else None)
     console = Console()
+    if there and not options.fresh:
+        there.pull(runs)
+    if options.dry_run:
+        show_plan(runs, options.fresh, console)
+        return 0
     with batch.folder_lock(out):
         from helpers import progress, report
 
         with progress.show(runs, console) as on_event:
-            outcomes = batch.execute(
-                runs, jobs=options.jobs, timeout=options.timeout,
-                fresh=options.fresh or options.store, on_event=on_event,
-            )  # fmt: skip
+            limits = {"timeout": options.timeout, "fresh": options.fresh or options.store}
+            limits["on_event"] = there.following(on_event) if there else on_event
+            if options.ray:
+                from helpers import cluster
+
+                outcomes = cluster.execute(runs, address=options.ray, there=there, **limits)
+            else:
+                outcomes = batch.execute(runs, jobs=options.jobs, **limits)
         if options.store:
             from helpers import ledger, store
 
@@ -94,7 +108,9 @@ def run_command(arguments: Sequence[str]) -> int:
                     outcome.outcome = batch.OK
             if ledger.readme().is_file():
                 ledger.update_readme()
-        page = report.write(out) if list(out.glob("*.ipynb")) else None
+        page = report.write(out) if next(out.rglob("*.ipynb"), None) else None
+        if page and there:
+            there.push_report()
     if any(outcome.claims for outcome in outcomes):
         console.print(claim_table(outcomes))
     for outcome in outcomes:
@@ -103,63 +119,45 @@ def run_command(arguments: Sequence[str]) -> int:
                 f"[red]{outcome.run.stem}: {outcome.outcome}[/] {escape(outcome.message)}"
             )
     console.print(summary(outcomes), soft_wrap=True)
-    console.print(f"Executed notebooks: {shown(out)}", soft_wrap=True)
+    if there:
+        console.print(f"Copied to {there.url}", soft_wrap=True)
+    console.print(f"Executed notebooks: {commands.shown(out)}", soft_wrap=True)
     if page:
-        console.print(f"Report: {shown(page)}", soft_wrap=True)
+        console.print(f"Report: {commands.shown(page)}", soft_wrap=True)
     return exit_code(outcomes)
 
 
-def list_command(arguments: Sequence[str]) -> int:
-    """``reproduce list``: papers; ``reproduce list NAME``: one paper's parameters and claims."""
-    parser = argparse.ArgumentParser(prog="reproduce list")
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    chosen = parser.parse_args(arguments).names
-    console = Console()
-    if not chosen:
-        table = Table("notebook", "arXiv", "claim", title="Papers")
-        for name in notebooks.names():
-            card = notebooks.card(name)
-            table.add_row(name, card.arxiv, card.claim)
-        console.print(table)
-    for name in chosen:
-        from helpers.claims import from_notebook
+def planned(options: argparse.Namespace, local: Path | None = None) -> tuple[Path, list[plan.Run]]:
+    """The output folder (`local`, or what the options say) and the runs that they ask for.
 
-        card = notebooks.card(name)
-        console.print(f"[bold]{card.title}[/]\n{card.summary}\n", soft_wrap=True)
-        table = Table("parameter", "type", "default", "meaning")
-        for parameter in notebooks.parameters(name).values():
-            fields = (parameter.name, parameter.type, repr(parameter.default), parameter.help)
-            table.add_row(*map(escape, fields))
-        console.print(table)
-        claims = Table("claim", "statement", "stored verdict")
-        for row in from_notebook(notebooks.read(name)):
-            claims.add_row(row["id"], row["statement"], row["verdict"])
-        console.print(claims)
-    return 0
+    The runs of a plan file lie in one folder below it for each profile.
+    """
+    if not options.plan:
+        name = "store" if options.store else options.profile
+        out = local or Path(options.out or ROOT / "runs" / name).resolve()
+        overrides = sweeps.key_values(options.parameters)
+        wanted = {"profile": options.profile, "seeds": options.seeds, "overrides": overrides}
+        return out, plan.make_plan(options.names, out=out, **wanted)
+    if options.names or options.seeds or options.parameters or options.profile != "smoke":
+        raise ValueError("--plan names notebooks, profiles, seeds and parameters itself")
+    out = local or Path(options.out or ROOT / "runs" / options.plan.stem).resolve()
+    entries = sweeps.read_plan(options.plan)
+    runs = [run for e in entries for run in plan.make_plan(**e, out=out / e["profile"])]
+    return out, runs
 
 
-def report_command(arguments: Sequence[str]) -> int:
-    """``reproduce report DIR``: write the gallery of a folder of executed notebooks."""
-    parser = argparse.ArgumentParser(prog="reproduce report")
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(arguments).folder
-    from helpers import report
-
-    print(f"Report: {shown(report.write(folder))}")
-    return 0
-
-
-def ledger_command(arguments: Sequence[str]) -> int:
-    """``reproduce ledger DIR``: keep the outcomes above smoke scale in data/results."""
-    parser = argparse.ArgumentParser(prog="reproduce ledger")
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(arguments).folder
-    from helpers import ledger
-
-    for path in ledger.collect(folder):
-        print(f"kept in {shown(path)}")
-    ledger.update_readme()
-    return 0
+def show_plan(runs: Sequence[plan.Run], fresh: bool, console: Console) -> None:
+    """Print what would run and what is finished already, at most 50 runs one by one."""
+    done = batch.resume(runs, fresh=fresh)
+    table = Table("run", "profile", "asks for", "state")
+    for run in runs[:50]:
+        asks = f"{run.resources['cpus']:g} CPUs, {run.resources['gpus']:g} GPUs"
+        state = "finished before" if run.path("") in done else "would run"
+        table.add_row(escape(run.stem), run.profile, asks, state)
+    console.print(table)
+    if len(runs) > 50:
+        console.print(f"... and {len(runs) - 50} more")
+    console.print(f"{len(runs)} runs: {len(runs) - len(done)} would run, {len(done)} are finished")
 
 
 def claim_table(outcomes: Sequence[batch.Outcome]) -> Table:
@@ -188,42 +186,17 @@ def summary(outcomes: Sequence[batch.Outcome]) -> str:
     return f"{words}{f' ({resumed} finished before)' if resumed else ''}; {spent:.0f} s of runs"
 
 
+def _seeds(text: str) -> list[int]:
+    try:
+        return sweeps.seed_list(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def exit_code(outcomes: Sequence[batch.Outcome]) -> int:
     """0 if all is well, 130 if the batch was cancelled, else 1."""
     words = {outcome.outcome for outcome in outcomes}
     return 130 if batch.CANCELLED in words else int(words != {batch.OK})
-
-
-def seed_list(text: str) -> list[int]:
-    """``"0-2"`` or ``"0,3,5"`` as a list."""
-    if match := re.fullmatch(r"(\d+)-(\d+)", text):
-        first, last = map(int, match.groups())
-        if last >= first:
-            return list(range(first, last + 1))
-    elif re.fullmatch(r"\d+(,\d+)*", text):
-        return sorted({int(part) for part in text.split(",")})
-    raise argparse.ArgumentTypeError(f"seeds look like 0-2 or 0,3,5, got {text!r}")
-
-
-def key_values(texts: Sequence[str]) -> dict[str, list[str]]:
-    """``["a=1", "a=2"]`` as ``{"a": ["1", "2"]}``.
-
-    Raises:
-        ValueError: a text without "=".
-    """
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or not name:
-            raise ValueError(f"-p takes KEY=VALUE, got {text!r}")
-        found.setdefault(name, []).append(value)
-    return found
-
-
-def shown(path: Path) -> str:
-    """A path as the reader would type it."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from helpers import claims, files, notebooks, report
 
 KEPT = (
     "parameters", "overrides", "seconds", "peak_memory", "git", "python", "packages", "hardware",
-    "finished",
+    "settings", "data", "finished",
 )  # fmt: skip
 BEGIN, END = "<!-- status table: begin -->", "<!-- status table: end -->"
 

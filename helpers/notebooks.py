@@ -180,13 +180,17 @@ def parameters(name: str) -> dict[str, Parameter]:
     return found
 
 
-def check_parameters(name: str, values: dict[str, Any]) -> dict[str, Any]:
+def check_parameters(
+    name: str, values: dict[str, Any], declared: dict[str, Parameter] | None = None
+) -> dict[str, Any]:
     """Check values against a notebook's declared parameters; return them in their declared types.
+
+    declared: `parameters(name)`, for a caller that checks many values and has read them once.
 
     Raises:
         ValueError: unknown name (the message gives the nearest one), wrong type, or out of range.
     """
-    declared = parameters(name)
+    declared = parameters(name) if declared is None else declared
     for key in values:
         if key not in declared:
             raise ValueError(

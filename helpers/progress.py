@@ -12,13 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from helpers.plan import Run
 
+MANY = 40  # runs, for whose bars a terminal is too small
 Listener = Callable[[Run, dict[str, Any]], None]
 
 
 @contextlib.contextmanager
 def show(runs: Sequence[Run], console: Console) -> Iterator[Listener]:
     """Yield the ``on_event`` of helpers.batch.execute that draws the progress of ``runs``."""
-    if not console.is_terminal:
+    if not console.is_terminal or len(runs) > MANY:
         yield _lines(runs, console)
         return
     columns = (
@@ -30,12 +31,12 @@ def show(runs: Sequence[Run], console: Console) -> Iterator[Listener]:
     )
     with Progress(*columns, console=console) as bars:
         tasks = {
-            run.stem: bars.add_task(run.stem, total=None, start=False, state="waiting")
+            run.path(""): bars.add_task(run.stem, total=None, start=False, state="waiting")
             for run in runs
         }
 
         def on_event(run: Run, event: dict[str, Any]) -> None:
-            task = tasks[run.stem]
+            task = tasks[run.path("")]
             if event["event"] == "start":
                 bars.start_task(task)
                 bars.update(task, state="starting")

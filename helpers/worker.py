@@ -52,6 +52,7 @@ def main() -> int:
         # the kernel is this process's only heavy child; Linux counts in kilobytes
         "peak_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024),
+        "settings": settings(notebook),
         **provenance(),
     }
     nbformat.write(notebook, run.part)
@@ -83,7 +84,9 @@ def provenance() -> dict[str, Any]:
     """Git state, versions and hardware, with nothing that names a person or a folder."""
     requires = [r.split(";")[0] for r in metadata.requires("reproduce-cv") or [] if ";" not in r]
     packages = sorted(r.split(">")[0].split("=")[0].strip() for r in requires)
+    manifest = ROOT / "data" / "manifest.json"
     return {
+        "data": files.sha256(manifest) if manifest.is_file() else "",
         "git": {"commit": _output("git", "rev-parse", "HEAD"),
                 "dirty": bool(_output("git", "status", "--porcelain"))},
         "python": platform.python_version(),
@@ -97,6 +100,17 @@ def provenance() -> dict[str, Any]:
         },
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
+
+
+def settings(notebook) -> dict[str, str]:
+    """Threads, determinism and device: the variables of the run and the notebook's banner."""
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "PYTHONHASHSEED")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
+        text = output.get("text", "")
+        if output.output_type == "stream" and text.startswith("torch ") and " | seed " in text:
+            return found | {"banner": text.splitlines()[0]}
+    return found
 
 
 def _papermill(run: plan.Run, channel):

@@ -81,16 +81,6 @@ def test_list(toy_folder):
     assert "what is added [-5..5]" in paper
 
 
-def test_seed_list():
-    assert cli.seed_list("0-2") == [0, 1, 2]
-    assert cli.seed_list("5,0,5") == [0, 5]
-    assert cli.seed_list("7") == [7]
-
-
-def test_key_values():
-    assert cli.key_values(["a=1", "b=x=y", "a="]) == {"a": ["1", ""], "b": ["x=y"]}
-
-
 @pytest.mark.parametrize(
     ("words", "code"),
     [(["ok"], 0), (["ok", "error"], 1), (["claim changed"], 1), (["ok", "cancelled"], 130)],
