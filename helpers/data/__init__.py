@@ -32,6 +32,14 @@ _HOME = {
     "stereo_pair": "clips",
     "styled": "clips",
     "tinted_by_brightness": "clips",
+    "Room": "rooms",
+    "furnished_room": "rooms",
+    "primitive_room": "rooms",
+    "Expression": "expressions",
+    "refer": "expressions",
+    "read_scene": "scannet",
+    "read_scanrefer": "scannet",
+    "read_referit3d": "scannet",
 }
 
 
