@@ -79,16 +79,49 @@ def estimate_normals(points, k: int = 16, viewpoint=None) -> Tensor:
     They look towards `viewpoint` [3] (metres), or away from the cloud's centre without one.
     """
     array = _finite(points)
-    index = neighbours(array, k).numpy()
-    if index.shape[1] < 2:
-        raise ValueError(f"points has {len(array)} rows; a plane needs at least 3")
-    local = np.concatenate([array[:, None], array[index]], 1)
-    local -= local.mean(1, keepdims=True)
-    _, vectors = np.linalg.eigh(np.einsum("nki,nkj->nij", local, local))
-    normals = vectors[..., 0]
+    if len(array) < 3 or k < 2:
+        raise ValueError(f"points has {len(array)} rows, k is {k}; a plane needs 3 points")
+    library = open3d()
+    cloud = library.geometry.PointCloud(library.utility.Vector3dVector(array))
+    cloud.estimate_normals(library.geometry.KDTreeSearchParamKNN(k + 1))
+    normals = np.asarray(cloud.normals)
     view = array - array.mean(0) if viewpoint is None else np.asarray(viewpoint, float) - array
-    normals[(normals * view).sum(1) < 0] *= -1
-    return torch.from_numpy(normals.astype(np.float32))
+    away = (normals * view).sum(1, keepdims=True) < 0
+    return torch.from_numpy(np.where(away, -normals, normals).astype(np.float32))
+
+
+def turnable(points, colours, box=None, title: str = "", size: int = 3):
+    """A figure of a cloud that the mouse turns, for a notebook; works without a network.
+
+    points [N, 3] in metres, colours [N, 3] in [0, 1], box [6] (centre and sizes) or None. About
+    5 MB of plotly's script come with it, so it is nothing for stored outputs.
+    """
+    import html
+
+    import plotly.graph_objects as go
+    from IPython.display import HTML
+
+    array, shades = _finite(points), (255 * np.asarray(colours)).round().astype(int)
+    marks = {"size": size, "color": [f"rgb({r},{g},{b})" for r, g, b in shades]}
+    x, y, z = array.T
+    parts = [go.Scatter3d(x=x, y=y, z=z, mode="markers", marker=marks, hoverinfo="skip")]
+    if box is not None:
+        x, y, z = _outline(np.asarray(box, dtype=float)).T
+        parts.append(go.Scatter3d(x=x, y=y, z=z, mode="lines", line={"width": 5}, hoverinfo="skip"))
+    figure = go.Figure(parts)
+    axes = {f"{name}axis_title": f"{name} [m]" for name in "xyz"}
+    figure.update_layout(title=title, showlegend=False, scene={"aspectmode": "data", **axes})
+    page = html.escape(figure.to_html(include_plotlyjs=True))
+    frame = f'<iframe srcdoc="{page}" width="100%" height="520" frameborder="0"></iframe>'
+    return HTML(f"<div>{frame}</div>")
+
+
+def _outline(box: np.ndarray) -> np.ndarray:
+    """One line [16, 3] along all edges of a box (centre and sizes)."""
+    corners = [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]
+    path = [(x, y, 0) for x, y in corners] + [(x, y, 1) for x, y in corners]
+    path += [(1, 0, 1), (1, 0, 0), (1, 1, 0), (1, 1, 1), (0, 1, 1), (0, 1, 0)]
+    return box[:3] + (np.array(path) - 0.5) * box[3:]
 
 
 def oriented(points, normals) -> tuple[np.ndarray, np.ndarray]:

@@ -76,10 +76,10 @@ def _output(output) -> Any:
 
 
 def clean(text: str) -> str:
-    """HTML with tables and emphasis only; everything else is shown as text."""
+    """HTML with tables and emphasis only; of other elements the text inside is left."""
     import bleach
 
-    return bleach.clean(text, tags=TABLES, attributes=["class", "colspan", "rowspan"])
+    return bleach.clean(text, tags=TABLES, attributes=["class", "colspan", "rowspan"], strip=True)
 
 
 def markdown(source: str) -> str:

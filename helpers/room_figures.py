@@ -117,15 +117,17 @@ def draw_branch(scenes, sentences, room, answers, number: int) -> Figure:
     return figure
 
 
-def draw_play(xyz, rgb, superpoint, mask, truth, box_, name: str, title: str) -> Figure:
-    """Superpoints, and the mask and box that answer a sentence."""
+def draw_play(
+    xyz, rgb, superpoint, mask, truth, box_, name: str, title: str, turn: float = -62
+) -> Figure:
+    """Superpoints, and the mask and box that answer a sentence, seen from azimuth `turn`."""
     figure, axes = room_axes(2, 4.2, 3.9)
     cloud(axes[0], xyz, shuffled_colours(superpoint))
     cloud(axes[1], xyz, mask_colours(rgb, mask, truth), 3)
     if box_ is not None:
         box(axes[1], box_, PALETTE[0])
-    dress(axes[0], xyz, name)
-    dress(axes[1], xyz, f"{title}\n{MASK_KEY}")
+    dress(axes[0], xyz, name, (48, turn))
+    dress(axes[1], xyz, f"{title}\n{MASK_KEY}", (48, turn))
     return figure
 
 

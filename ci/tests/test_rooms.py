@@ -1,7 +1,10 @@
 """Furnished rooms, referring expressions, and what point clouds need."""
 
 import dataclasses
+import html
 import json
+import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -325,6 +328,24 @@ def test_normals_of_a_ball():
     assert (inwards * ball).sum(1).max() < -0.9
 
 
+def test_a_turnable_figure_needs_no_network():
+    shown = clouds.turnable(torch.rand(5, 3), torch.rand(5, 3), [0, 0, 0, 1, 1, 1], "five points")
+    page = html.unescape(shown.data)
+    assert "five points" in page
+    assert "plotly.js v" in page  # the script itself, not its address
+    assert not re.search(r"<script[^>]*\ssrc=", page)
+
+
+def test_the_outline_of_a_box_passes_all_edges_once_or_twice():
+    path = clouds._outline(np.array([1.0, 2, 3, 2, 4, 6]))
+    assert (path.min(0) == [0, 0, 0]).all()
+    assert (path.max(0) == [2, 4, 6]).all()
+    steps = path[1:] != path[:-1]
+    assert (steps.sum(1) == 1).all()  # every piece is an edge
+    ends = {frozenset(map(tuple, pair)) for pair in pairwise(path)}
+    assert len(ends) == 12
+
+
 def test_bad_clouds_are_refused():
     points = torch.rand(10, 3)
     points[2, 1] = torch.nan
@@ -334,5 +355,5 @@ def test_bad_clouds_are_refused():
         clouds.estimate_normals(torch.rand(10, 2))
     with pytest.raises(ValueError, match="k is 0"):
         clouds.neighbours(torch.rand(4, 3), 0)
-    with pytest.raises(ValueError, match="at least 3"):
+    with pytest.raises(ValueError, match="needs 3 points"):
         clouds.estimate_normals(torch.rand(2, 3))
